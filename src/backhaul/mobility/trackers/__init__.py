@@ -1,0 +1,1 @@
+"""Which blocks changed: one contract (`contract.Tracker`), one module for each way to know."""
