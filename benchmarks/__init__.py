@@ -1,0 +1,1 @@
+"""Programs that print figures; none of them asserts a time. Started by `scripts/bench`."""
