@@ -16,7 +16,8 @@ from backhaul.replication.records import Completed, MapPart, Refused, Reply, Wai
 from backhaul.replication.sealing import header_hash, seal_to
 from backhaul.replication.target import TargetState
 from backhaul.replication.units import MAX_OPENING, MiB
-from backhaul.replication.values import DiskIdentity, EpochBegin, Hash, ItemPolicy, Role
+from backhaul.replication.values import NO_LINEAGE, DiskIdentity, EpochBegin, Hash, ItemPolicy, Role
+from dataplane.processes.steps import SteppedFiles, Steps
 from dataplane.replica_item import BLOCK, ReplicaItem
 from replication.ends import data_extent, end
 
@@ -32,6 +33,47 @@ def refusals(replies: list[Reply | m.OpenRefused]) -> list[Reply | m.OpenRefused
 
 def says_final(replies: list[Reply | m.OpenRefused]) -> bool:
     return any(isinstance(reply, Completed) and reply.final for reply in replies)
+
+
+# --- killed while a frame is applied ----------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The target is gone; nothing may catch it."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+STEPS_OF_TWO_EPOCHS = {"journal.write": 6, "journal.sync": 6, "journal.replace": 2}
+
+
+@pytest.mark.parametrize("one_frame", [False, True], ids=["an end of its own", "begin, data and end in one frame"])
+@pytest.mark.parametrize(
+    ("step", "number"), [(step, 1 + at) for step, count in STEPS_OF_TWO_EPOCHS.items() for at in range(count)]
+)
+def test_after_a_kill_anywhere_the_same_frames_are_taken_again(
+    tmp_path: Path, step: str, number: int, *, one_frame: bool
+) -> None:
+    steps = Steps()
+    held = ReplicaItem(tmp_path / "item", files=SteppedFiles(steps))
+    held.open()
+    frames, previous = [], NO_LINEAGE
+    for number_of_epoch, content in enumerate((b"x", b"y"), start=1):
+        begun = held.begin(number=number_of_epoch, previous=previous)
+        previous = end(begun).lineage()
+        if one_frame:
+            frames.append(held.block(content, begin=begun, end=end(begun)))
+        else:
+            frames += [held.block(content, begin=begun), held.block(content, BLOCK), held.frame(end=end(begun))]
+    steps.at(step, number, kill)
+    with pytest.raises(Killed):
+        _ = [held.item.handle([frame]) for frame in frames]
+    held.start()
+    assert refusals(held.send(*frames)) == []
+    assert [point.number for point in held.item.replica.points()] == [1, 2]
+    assert held.item.applied == len(frames)
 
 
 # --- the final point --------------------------------------------------------------------------------------------------

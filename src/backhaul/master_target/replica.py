@@ -308,9 +308,12 @@ class Replica:
         self._fuse.check()
         started = self._journal.started
         if started is not None and not started.undoing:
-            self._applier.apply(started, self._sizes, whole=True)
-            started.applied = max(started.applied, self._staged_frame)
+            self._apply(started, whole=True)
         return self.applied_frame
+
+    def _apply(self, started: Epoch, *, whole: bool) -> None:
+        self._applier.apply(started, self._sizes, whole=whole)
+        started.applied = max(started.applied, self._staged_frame - (not whole))
 
     def complete(self, end: EpochEnd, frame: int) -> None:
         """Flush, and make the state a recovery point, durably. The same end again is no error.
@@ -325,7 +328,8 @@ class Replica:
         if end.number != started.number or end.begin != started.tries[-1].digest():
             reason = f"epoch {started.number} is running"
             raise EpochViolation(item=self._fuse.item, what=f"end of epoch {end.number}", reason=reason)
-        self.flush()
+        # Extents that came in the frame of the end do not make it an applied one: without its end it must come again.
+        self._apply(started, whole=self._staged_frame != frame)
         missing = sum(len(blocks) for blocks in self._applier.doubtful.values())
         if missing:
             raise EpochUnfinished(item=self._fuse.item, epoch=end.number, blocks=missing)

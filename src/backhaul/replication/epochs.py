@@ -52,7 +52,7 @@ class EpochOrder:
     def check(self, descriptor: ItemDescriptor, frame: Frame, stream: int) -> None:
         """Take the frame's records in their order. Raises EpochViolation; the order is unchanged then."""
         begin, tries, running = frame.begin, self.tries, self.running
-        if begin is not None:
+        if begin is not None and not self._is_running(begin):
             self._check_begin(descriptor, begin, stream)
             tries, running = [*tries, begin], True
         if (frame.extents or frame.end) and not running:
@@ -70,6 +70,12 @@ class EpochOrder:
     def reopened(self) -> None:
         """A new stream was opened: what had begun is interrupted."""
         self.running = False
+
+    def _is_running(self, begin: EpochBegin) -> bool:
+        """Whether this very begin was taken before: a target that was killed while it applied a frame has the begin in
+        its journal and not yet what came with it, and gets the same frame again.
+        """
+        return self.running and begin == self.tries[-1]
 
     def _check_begin(self, descriptor: ItemDescriptor, begin: EpochBegin, stream: int) -> None:
         if self.running:
