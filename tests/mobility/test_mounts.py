@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -82,6 +83,27 @@ def test_another_image_has_nothing(tmp_path: Path, sys: Path, mountinfo: Path) -
     (tmp_path / "other.img").touch()
     assert devices_of(tmp_path / "other.img", sys) == []
     assert mounts_on([tmp_path / "other.img"], sys, mountinfo) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENODEV])
+def test_loop_devices_that_others_detach_meanwhile_are_passed_over(
+    image: Path, sys: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is there when it is listed, and its file is gone when it is opened, or read."""
+    for name in ("loop1", "loop9"):
+        (sys / "block" / name / "loop").mkdir(parents=True)
+        (sys / "block" / name / "loop" / "backing_file").write_text("/some/file\n")
+    read, refused = Path.read_bytes, []
+
+    def read_bytes(path: Path) -> bytes:
+        if path.parts[-3] in ("loop1", "loop9"):
+            refused.append(path)
+            raise OSError(code, os.strerror(code), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert devices_of(image, sys) == ["7:5", "259:1", "253:0"]
+    assert len(refused) >= 2
 
 
 def test_backing_and_counts(image: Path, sys: Path) -> None:

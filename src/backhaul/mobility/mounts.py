@@ -7,6 +7,7 @@ client and the proofs of stillness, from worker threads. Paths of the kernel are
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -78,23 +79,38 @@ def loops_of(path: Path, sys: Path = SYS) -> list[str]:
     """MAJOR:MINOR of the loop devices whose backing is the file (or device) `path`."""
     wanted = path.stat()
     found = []
-    for entry in sorted((sys / "block").glob("loop*/loop/backing_file")):
-        backing = Path(os.fsdecode(entry.read_bytes()).rstrip("\n").removesuffix(" (deleted)"))
+    for loop in sorted((sys / "block").glob("loop*")):
+        backing = _backing_of(loop)
+        if backing is None:
+            continue
         try:
             candidate = backing.stat()
         except OSError:
             continue  # deleted, or of another namespace: it is not `path`, which was reached just now
         if (candidate.st_dev, candidate.st_ino) == (wanted.st_dev, wanted.st_ino):
-            found.append((entry.parent.parent / "dev").read_text("ascii").strip())
+            found.append((loop / "dev").read_text("ascii").strip())
     return found
+
+
+def _backing_of(device: Path) -> Path | None:
+    """What lies behind a loop device, given its folder in sysfs; None for one that has nothing in it, or not any more:
+    others attach and detach theirs at any time.
+    """
+    try:
+        name = os.fsdecode((device / "loop" / "backing_file").read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # it was detached after the file was opened
+            raise
+        return None
+    name = name.rstrip("\n")
+    return Path(name) if name else None
 
 
 def loop_backing(device: str, sys: Path = SYS) -> Path | None:
     """The file behind a loop device; None for every other device."""
-    entry = sys / "dev" / "block" / device / "loop" / "backing_file"
-    if not entry.exists():
-        return None
-    return Path(os.fsdecode(entry.read_bytes()).rstrip("\n"))
+    return _backing_of(sys / "dev" / "block" / device)
 
 
 def devices_of(disk: Path, sys: Path = SYS) -> list[str]:
