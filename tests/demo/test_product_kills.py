@@ -42,18 +42,20 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
         yield made
 
 
-def felled(demo: Demo, kills: dict[str, tuple[str, int]], record: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def felled(
+    demo: Demo, kills: dict[str, tuple[str, int]], record: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> str:
     """Run it, and go on with it as long as a kill ended it; what it printed in the end."""
     monkeypatch.setenv("RECORD", str(record))
     monkeypatch.setenv("KILLS", json.dumps(kills))
-    process = demo.start("--keep", program=FELLED)
+    process = demo.start("--keep", *arguments, program=FELLED)
     printed, _ = process.communicate()
     for _ in range(RESUMES):
         if process.returncode == 0:
             break
         killed = {one["stage"] for one in recorded(record)}
         monkeypatch.setenv("KILLS", json.dumps({stage: kill for stage, kill in kills.items() if stage not in killed}))
-        process = demo.start("--keep", "--resume", program=FELLED)
+        process = demo.start("--keep", "--resume", *arguments, program=FELLED)
         more, _ = process.communicate()
         printed += more
     assert process.returncode == 0, printed
@@ -78,3 +80,17 @@ def test_whatever_is_killed_in_a_stage_the_demo_finishes_and_the_oracle_holds(
         status, found = demo.judge()
         assert status == 0, found
         clean(demo.folder)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(600)
+def test_a_demo_that_ended_in_the_disaster_waits_for_nobody_who_is_cut_off(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration server is killed when the machines were just cut off, which ends the demo."""
+    record = tmp_path / "killed"
+    printed = felled(demo, {"failed-over": ("configuration-server", 2)}, record, monkeypatch, "--until", "failed-over")
+    assert [one["who"] for one in recorded(record)] == ["configuration-server"]
+    assert "BH-UNREACHABLE" in printed, "the demo ended by it"
+    assert "BH-DEMO-WAITED" not in printed
+    clean(demo.folder)

@@ -36,6 +36,9 @@ CHOSEN: Final = "chosen-points"
 LOSS: Final = "loss-said"
 """Fact: what the product said before that an unplanned failover would lose."""
 
+CUT: Final = "home-cut"
+"""Fact: home's machines are cut off from their network, or are about to be."""
+
 LOST_AT_LEAST_S: Final = 1.5
 """Home has acknowledged work for so long since its newest point, so that there is something to be lost."""
 
@@ -74,6 +77,7 @@ def strike(run: Run, plan: MachinePlan) -> str:
     machine = find(run.operator, HOME, plan.name)
     assert machine is not None, "it writes there"
     if run.plan.as_root:
+        run.progress.note(**{CUT: True})
         site.cut_route(MACHINES, token=f"demo/cut/{os.urandom(8).hex()}")
     elif machine.power is PowerState.RUNNING:
         await_that(lambda: rpo_s(item(run, plan)) >= LOST_AT_LEAST_S, f"Work of {plan.name} since its newest point")
@@ -99,6 +103,7 @@ def end_disaster(run: Run) -> None:
     """Home's network is whole again."""
     if run.plan.as_root:
         run.operator.site(HOME).restore_route(MACHINES, token=f"demo/restore/{os.urandom(8).hex()}")
+        run.progress.note(**{CUT: False})
 
 
 def commit(run: Run) -> str:

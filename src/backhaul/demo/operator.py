@@ -85,7 +85,8 @@ class Operator:
 
     def close(self) -> None:
         """Let go of all connections; everything runs on."""
-        self._thread.submit(self._forget_session).result()
+        if self._session is not None:
+            self._thread.submit(self._forget_session).result()
         self._thread.shutdown()
         for site in self._sites.values():
             site.close()
