@@ -29,7 +29,7 @@ from backhaul.sites.values import SiteRole
 from configuration_server.dialled import ID, Cloud
 from configuration_server.live import LiveServer, until
 from sites.daemon_process import Daemon
-from sites.root_world import CLOUD_NET, HOME_NET, remember_session, root_definition, traces
+from sites.root_world import CLOUD_NET, HOME_NET, assert_as_before, remember_session, root_definition, traces
 from sites.site_world import TOKENS
 
 pytestmark = [
@@ -112,7 +112,7 @@ def sites(tmp_path: Path) -> Iterator[tuple[ServedSite, ServedSite]]:
         served(tmp_path / "sites", SiteKind.CLOUD, CLOUD_NET, CLOUD_HOST, "198.18.0.2:8443") as cloud,
     ):
         yield home, cloud
-    assert traces() == before
+    assert_as_before(before)
 
 
 def set_sites(home: HomeServer, sites: tuple[ServedSite, ServedSite]) -> None:

@@ -366,6 +366,7 @@ async def test_an_agent_that_names_another_machines_item_gets_nothing(plane: Pla
     machine = await protected(plane, seed)
     other = await protected(plane, seed + 1, "db")
     await other.agent.stop()
+    await machine.agent.stop()  # or it would take its place back from the one below
     before = plane.replicas(other)[0].read_bytes()
     agent = await RawAgent.connect(plane, "agent-web", other.item, "db")
     await agent.connection.send(m.message(m.Attach(other.item)))
@@ -380,6 +381,7 @@ async def test_an_agent_that_names_another_machines_item_gets_nothing(plane: Pla
     await agent.connection.close()
     assert (await plane.status(other.item)).fence == fence
     assert plane.replicas(other)[0].read_bytes() == before
+    await machine.agent.start()
     await plane.caught_up(machine)
     await other.agent.start()
     await plane.caught_up(other)
@@ -387,6 +389,7 @@ async def test_an_agent_that_names_another_machines_item_gets_nothing(plane: Pla
 
 async def test_an_agent_cannot_speak_to_a_target_or_as_control(plane: Plane, seed: int) -> None:
     machine = await protected(plane, seed)
+    await machine.agent.stop()  # or it would take its place back
     agent = await RawAgent.connect(plane, "agent-web", machine.item, "web")
     await agent.connection.send(m.message(m.Request(1, Method.STATUS, {})))
     assert "BH-FRAME-MALFORMED" in str(await agent.lost())
@@ -394,6 +397,7 @@ async def test_an_agent_cannot_speak_to_a_target_or_as_control(plane: Plane, see
     with pytest.raises(BackhaulError):
         await RawAgent.connect(plane, "agent-web", machine.item, "web")
     plane.relay_port = relay
+    await machine.agent.start()
     await plane.caught_up(machine)
 
 

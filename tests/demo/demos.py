@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,8 +81,16 @@ class Demo:
         names = os.listdir("/run/netns") if Path("/run/netns").exists() else []
         found += [name for name in names if self.plan.mark in name]
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-            found += [str(backing)] if f"{self.folder}/" in backing.read_text() else []
+            with contextlib.suppress(OSError):  # somebody else's, detached just now
+                found += [str(backing)] if f"{self.folder}/" in backing.read_text() else []
         return found
+
+    def assert_gone(self) -> None:
+        """Nothing of it is left. The kernel takes its time with loop devices that somebody looks at just then."""
+        end = time.monotonic() + LET_GO_S
+        while (left := self.traces()) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert left == []
 
     def _is_mine(self, process: Path) -> bool:
         try:
@@ -93,6 +103,9 @@ class Demo:
         return not ended and (named or where.startswith(f"{self.folder}/"))
 
 
+LET_GO_S = 30.0
+
+
 @contextmanager
 def demo_in(folder: Path, as_root: bool) -> Iterator[Demo]:
     """A demo of which nothing is left afterwards."""
@@ -101,5 +114,5 @@ def demo_in(folder: Path, as_root: bool) -> Iterator[Demo]:
         yield made
     finally:
         clean(made.folder)
-        assert made.traces() == []
+        made.assert_gone()
         assert not made.folder.exists()

@@ -28,7 +28,7 @@ def test_the_whole_demo_without_root(tmp_path: Path) -> None:
     assert list(SAYS) == NAMES
     with demo_in(tmp_path / "demo", as_root=False) as demo:
         printed = demo.run()
-        assert demo.traces() == [], "it ended all that it had started"
+        demo.assert_gone()
         assert not demo.folder.exists(), "nothing of it is kept"
     lines = printed.splitlines()
     assert lines[-1] == LAST_LINE

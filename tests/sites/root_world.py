@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,8 +61,7 @@ def pair(folder: Path, public: str = "") -> Iterator[tuple[Caller, Caller]]:
         running_site(folder / "cloud", root_definition(SiteKind.CLOUD, public)) as cloud,
     ):
         yield home, cloud
-    left = traces()
-    assert left == before, f"left behind: {left}"
+    assert_as_before(before)
 
 
 def traces() -> dict[str, list[str]]:
@@ -73,6 +73,18 @@ def traces() -> dict[str, list[str]]:
     users = [pid for pid in os.listdir("/proc") if pid.isdigit() and _user(pid) in (HOME_UID, CLOUD_UID)]
     return {"namespaces": spaces, "loops": mine, "mounts": mounts, "processes": users}
 
+
+def assert_as_before(before: dict[str, list[str]]) -> None:
+    """Nothing more is left than `traces` found before. The kernel takes its time with the last of it: a loop device is
+    let go of when whoever looks at it just then (every `blkid` looks at all) has closed it.
+    """
+    end = time.monotonic() + LET_GO_S
+    while (left := traces()) != before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left == before, f"left behind: {left}"
+
+
+LET_GO_S = 30.0
 
 _session_name = ""
 

@@ -22,6 +22,7 @@ from backhaul.recovery.item import Report, State
 from backhaul.replication.control import ItemStatus, Method
 from backhaul.replication.errors import BackhaulError
 from backhaul.replication.opening import read_target_key
+from backhaul.replication.values import Fence
 
 ABSENT_S: Final = 10.0
 """Ten reports: the active machine is away when it made none of them."""
@@ -41,6 +42,8 @@ class Reconciler:
         self._certificates: dict[str, int] = {}
         self._arrived: dict[str, int] = {}
         """Items whose first recovery point has come, and its barrier (ns), until what that moved is noted."""
+        self._compared: dict[str, Fence] = {}
+        """The stream that brought an item its first recovery point: whatever was compared in it is compared."""
 
     def unmoved_since(self, item: str) -> int:
         """When the item's applied position moved last, monotonic nanoseconds; 0: not known."""
@@ -68,12 +71,13 @@ class Reconciler:
                 continue
             self._note_progress(record.id, live)
             self._note_way(record)
-            event = due_report(record, live)
+            event = due_report(record, live, self._compared.get(record.id))
             if event is not None:
                 settled = await asyncio.to_thread(self._plane.items.settle, record.id, event, _TEXT[event])
-                newest = live.status.newest_point if live.status else None
-                if settled and event is Report.FIRST_POINT and newest is not None:
-                    self._arrived[record.id] = newest.barrier_ns
+                status = live.status
+                if settled and event is Report.FIRST_POINT and status is not None and status.newest_point is not None:
+                    self._arrived[record.id] = status.newest_point.barrier_ns
+                    self._compared[record.id] = status.fence
             if record.id in self._arrived:
                 await self._note_outcome(record, live)
             await self._refresh_key(record)
@@ -149,8 +153,10 @@ def due_standby(record: ItemRecord, only_copies: bool | None) -> Report | None:
     return None
 
 
-def due_report(record: ItemRecord, live: LiveItem) -> Report | None:
-    """What is to be noted of an item, from what agent and target say; None for nothing."""
+def due_report(record: ItemRecord, live: LiveItem, compared: Fence | None = None) -> Report | None:
+    """What is to be noted of an item, from what agent and target say; None for nothing. `compared`: a stream whose
+    compare is over; a report that tells of it was made before the target's word, and is only heard after it.
+    """
     state, status, report = state_of(record), live.status, live.report
     if not _is_of(record, status):
         return None
@@ -158,7 +164,8 @@ def due_report(record: ItemRecord, live: LiveItem) -> Report | None:
         return Report.FIRST_POINT if status is not None and status.newest_point is not None else None
     if report is None or report.fence is None or report.fence.generation != state.generation:
         return None
-    if state.state in (State.PROTECTED, State.PROTECTED_TO_HOME) and report.state == "verifying":
+    protected = state.state in (State.PROTECTED, State.PROTECTED_TO_HOME)
+    if protected and report.state == "verifying" and report.fence != compared:
         return Report.CONTINUITY_LOST
     if state.state in (State.VERIFYING, State.VERIFYING_TO_HOME) and report.state in _RUNNING:
         return Report.COMPARED
