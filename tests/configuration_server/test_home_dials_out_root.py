@@ -34,6 +34,7 @@ from sites.site_world import TOKENS
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(
         not all(shutil.which(tool) for tool in ("ip", "nft", "losetup", "mkfs.xfs")),
         reason="needs iproute2, nftables, util-linux and xfsprogs",

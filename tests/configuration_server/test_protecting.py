@@ -66,8 +66,9 @@ def root_disk(server: LiveServer) -> dict[str, Any]:
 
 
 def test_the_replica_follows_and_the_view_begins_with_the_truth(protected: LiveServer) -> None:
-    until(lambda: root_disk(protected)["resyncProgressPercentage"] == 100)  # agents report once a second
-    assert root_disk(protected)["resyncTotalTransferredBytes"] >= MiB
+    # Agents report once a second: what was compared, and then what of it was sent.
+    until(lambda: root_disk(protected)["resyncProgressPercentage"] == 100)
+    until(lambda: root_disk(protected)["resyncTotalTransferredBytes"] >= MiB)
     known = protected.vault().item("web1")["properties"]
     assert next(iter(known)) == "truth"
     assert known["truth"]["authoritative"] == "home"

@@ -19,6 +19,9 @@ from backhaul.replication.ports import RealClock
 from mobility.conftest import Volumes, eventually
 from mobility.doomed import command
 
+SHORT_S = 1.0
+"""A limit that is waited for; file systems on a busy disk come to rest within it."""
+
 
 def _freezer(volumes: Volumes) -> Freezer:
     freezer, guard = (command(role, fake=volumes.fake) for role in ("freezer", "guard"))
@@ -78,10 +81,10 @@ def test_one_freezer_freezes_again_and_again(any_volumes: Volumes) -> None:
 
 def test_after_the_limit_it_has_thawed_and_says_so(any_volumes: Volumes) -> None:
     with _freezer(any_volumes) as freezer:
-        freezer.freeze(any_volumes.points, 0.2)
+        freezer.freeze(any_volumes.points, SHORT_S)
         any_volumes.accept_writes()
         assert freezer.thaw().lost in {"limit", "thawed-by-another"}  # whoever was first, freezer or guard
-        freezer.freeze(any_volumes.points, 0.2)
+        freezer.freeze(any_volumes.points, SHORT_S)
         any_volumes.accept_writes()
         assert freezer.hold().lost in {"limit", "thawed-by-another"}
         assert any_volumes.frozen() == [False, False]

@@ -160,7 +160,7 @@ def test_stopped_guard_does_not_keep_the_freezer_from_thawing(any_volumes: Volum
             client.freeze(any_volumes.points, 0.2)
         assert guard.poll() is not None, "both start anew"
     else:
-        client.freeze(any_volumes.points, 0.5)
+        client.freeze(any_volumes.points, 2.0)
         assert any_volumes.frozen() == [True, True]
         os.kill(guard.pid, signal.SIGSTOP)
         eventually(lambda: _stopped(guard.pid), "the guard is stopped")

@@ -20,6 +20,10 @@ from mobility.conftest import Volumes, eventually
 pytestmark = pytest.mark.root
 
 
+SHORT_S = 1.0
+"""A limit that is waited for; file systems on a busy disk come to rest within it."""
+
+
 @pytest.fixture
 def freezer(volumes: Volumes) -> Iterator[Freezer]:
     with Freezer(state_folder=volumes.state) as found:
@@ -64,7 +68,7 @@ def test_disks_do_not_change_while_somebody_writes(volumes: Volumes, freezer: Fr
 
 
 def test_the_limit_ends_it(volumes: Volumes, freezer: Freezer) -> None:
-    with FrozenDisks(freezer, volumes.images, 0.2).hold() as still:
+    with FrozenDisks(freezer, volumes.images, SHORT_S).hold() as still:
         volumes.accept_writes()
         with pytest.raises(ImageNotStill):
             still.confirm()
@@ -108,7 +112,7 @@ def test_disarmed_it_stays_frozen_after_everything_has_ended(volumes: Volumes, f
 
 
 def test_disarmed_too_late_nothing_is_held(volumes: Volumes, freezer: Freezer) -> None:
-    with FrozenDisks(freezer, volumes.images, 0.2).hold() as still:
+    with FrozenDisks(freezer, volumes.images, SHORT_S).hold() as still:
         volumes.accept_writes()
         with pytest.raises(ImageNotStill):
             still.disarm()

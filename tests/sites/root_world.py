@@ -104,7 +104,7 @@ def _user(pid: str) -> int:
     try:
         ended = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
         return -1 if ended else Path(f"/proc/{pid}").stat().st_uid
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it was opened, or after
         return -1
 
 

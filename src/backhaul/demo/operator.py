@@ -172,10 +172,10 @@ class Operator:
         except Unreachable:
             raise
         except ClientError:  # the first time: the one-time password that the server showed, once, on its console
-            shown = _PASSWORD.findall((folder / CONSOLE).read_text())
-            if not shown:
+            shown = one_time_password((folder / CONSOLE).read_text())
+            if shown is None:
                 raise
-            return Session(login(server, roots, "admin", shown[0], lambda: password))
+            return Session(login(server, roots, "admin", shown, lambda: password))
 
     def _forget_session(self) -> None:
         if self._session is not None:
@@ -193,6 +193,14 @@ class Operator:
                 raise OSError(ctypes.get_errno(), f"setns {namespace}")
         finally:
             os.close(descriptor)
+
+
+def one_time_password(console: str) -> str | None:
+    """The one that holds of those that a configuration server has shown: the newest, as a server that is killed just
+    before it stores the account shows another one when it is back.
+    """
+    shown = _PASSWORD.findall(console)
+    return shown[-1] if shown else None
 
 
 @contextmanager
