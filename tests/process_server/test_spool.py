@@ -51,7 +51,7 @@ def test_a_batch_is_one_write_and_one_sync() -> None:
     spool.append([grant_entry(ITEM, FENCE, AGENT), grant_entry(OTHER, FENCE, AGENT)])
     before = len(files.calls)
     spool.append([*frames(ITEM, range(50)), *frames(OTHER, range(50))])
-    assert files.calls[before:] == ["write_at", "sync"]
+    assert files.calls[before:] == ["free_bytes", "write_at", "sync"]
 
 
 def test_only_the_next_number_of_the_granted_stream_is_stored() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -227,3 +228,45 @@ class SpoolModel(RuleBasedStateMachine):
 
 SpoolModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestSpoolModel = SpoolModel.TestCase
+
+
+class SmallVolume(FaultyFiles):
+    """A volume that is full when its files take `total` bytes."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(error=errno.ENOSPC, total=total)
+
+    def used(self) -> int:
+        return sum(len(content.now) for content in self.contents.values())
+
+    def free_bytes(self, path: Path) -> tuple[int, int]:
+        return self.total - self.used(), self.total
+
+    def call(self, kind: str) -> None:
+        self.fail_kinds = frozenset({"write_at"}) if self.used() >= self.total - KiB else frozenset()
+        super().call(kind)
+
+
+@pytest.mark.parametrize("how", ["applied", "of a closed stream"])
+def test_a_volume_smaller_than_the_bound_that_was_full_is_freed_again(how: str) -> None:
+    files = SmallVolume(4 * MiB)
+    spool = make_spool(files, 16 * MiB)
+    history = History(files, spool)
+    history.grant(ITEM)
+    for _ in range(100):
+        try:
+            history.send(1, 100 * KiB)
+        except SpoolWriteFailed:
+            break
+    else:
+        raise AssertionError("it was never full")
+    assert history.told[ITEM].position > 10
+    history.check(spool)
+    if how == "applied":
+        history.apply(ITEM)
+    spool.reopen()  # as the service does again and again, with what it knows by then
+    if how != "applied":
+        history.grant(ITEM)  # the agent opens its next stream
+    spool.collect()
+    history.send(10, 100 * KiB)
+    history.check(spool)

@@ -10,6 +10,8 @@ Synchronous; all calls come from the one thread that the service gives it. Forma
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -52,6 +54,11 @@ _SPARSE: Final = 0.75
 
 _SHORT: Final = 0.25
 """Below this share of free space sparse segments are moved; above it, waiting for them to empty costs nothing."""
+
+_LAST_BYTES: Final = 1 * MiB
+"""Of the volume, which may be smaller than the bound: left for beginning a segment and for grants, by which older
+segments may go. A volume that frames have filled whole could never be freed again.
+"""
 
 _MOVE_BYTES: Final = 4 * MiB
 """Bytes moved per write: bounds the memory of moving."""
@@ -177,6 +184,7 @@ class Spool:
         """
         batch = self._fitting(entries)
         if batch:
+            self._check_volume(batch)
             offsets = self._write([*self._notes(), *batch])[-len(batch) :]
             number = self._number()
             for entry, offset in zip(batch, offsets, strict=True):
@@ -276,6 +284,16 @@ class Spool:
                 raise SpoolWriteFailed(folder=self._folder, reason=f"{needed} bytes do not fit into {self._bound}")
             self._drop(victim, "the spool is full and this item held most of it")
         return batch
+
+    def _check_volume(self, batch: Sequence[Entry]) -> None:
+        """Raises SpoolWriteFailed where frames would take the last of the volume."""
+        frames = sum(RECORD_HEADER + len(entry.payload) for entry in batch if entry.kind is not RecordKind.GRANT)
+        try:
+            free, _ = self._files.free_bytes(self._folder)
+        except OSError:
+            return  # the write itself tells
+        if frames and frames + _LAST_BYTES > free:
+            raise SpoolWriteFailed(folder=self._folder, reason=os.strerror(errno.ENOSPC))
 
     def _in_order(self, entries: Sequence[Entry]) -> list[Entry]:
         ahead: dict[ItemId, tuple[Fence, int]] = {}
