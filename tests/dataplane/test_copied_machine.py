@@ -105,12 +105,13 @@ def told(plane: BodyPlane, machine: Machine) -> ItemAssignment:
     return msgspec.structs.replace(original, disks=tuple(there))
 
 
-async def reports_of(plane: BodyPlane, copy: Held, count: int) -> list[ItemReport]:
-    """What the copy's agent says of the item, once it has said so much."""
+async def reports_of(plane: BodyPlane, copy: Held, count: int, code: str = "") -> list[ItemReport]:
+    """What the copy's agent says of the item, once it has said so much, and met this code."""
 
     async def enough() -> list[ItemReport]:
         found = [item for report in copy.reports for item in report.items]
-        return found if len(found) >= count else []
+        met = not code or code in {item.code for item in found}
+        return found if len(found) >= count and met else []
 
     found: list[ItemReport] = await plane.until(enough, "the copy's agent reports")
     return found
@@ -132,7 +133,7 @@ async def test_a_copy_sends_nothing(plane: BodyPlane, seed: int, *, obeys: bool,
     agent = plane.agent(COPY, control)
     await agent.start()
     try:
-        found = await reports_of(plane, control, 3)
+        found = await reports_of(plane, control, 3, "" if obeys else "BH-TARGET-REFUSED")
         status = await plane.status(machine.item)
     finally:
         await agent.stop()

@@ -82,7 +82,8 @@ class Demo:
         found += [name for name in names if self.plan.mark in name]
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
             with contextlib.suppress(OSError):  # somebody else's, detached just now
-                found += [str(backing)] if f"{self.folder}/" in backing.read_text() else []
+                given_back = backing.with_name("autoclear").read_text().strip() == "1"
+                found += [str(backing)] if f"{self.folder}/" in backing.read_text() and not given_back else []
         return found
 
     def assert_gone(self) -> None:

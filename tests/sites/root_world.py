@@ -67,8 +67,12 @@ def pair(folder: Path, public: str = "") -> Iterator[tuple[Caller, Caller]]:
 def traces() -> dict[str, list[str]]:
     """What a site could leave behind on this machine (its own, not that of other tests running now)."""
     spaces = [name for name in output("ip", "netns", "list").splitlines() if FABRIC in name]
-    loops = json.loads(output("losetup", "--json", "--list", "--output", "NAME,BACK-FILE") or '{"loopdevices": []}')
-    mine = [loop["back-file"] for loop in loops["loopdevices"] if f"{_session()}/" in str(loop["back-file"])]
+    columns = "NAME,BACK-FILE,AUTOCLEAR"
+    loops = json.loads(output("losetup", "--json", "--list", "--output", columns) or '{"loopdevices": []}')
+    # One that is to be cleared was given back (or goes with its mount, which is looked for below): it lasts as long as
+    # another test's network namespace has a copy of the mount.
+    kept = [str(loop["back-file"]) for loop in loops["loopdevices"] if not loop["autoclear"]]
+    mine = [file for file in kept if f"{_session()}/" in file]
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if f"{_session()}/" in line]
     users = [pid for pid in os.listdir("/proc") if pid.isdigit() and _user(pid) in (HOME_UID, CLOUD_UID)]
     return {"namespaces": spaces, "loops": mine, "mounts": mounts, "processes": users}
