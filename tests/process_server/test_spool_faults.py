@@ -235,6 +235,7 @@ class SmallVolume(FaultyFiles):
 
     def __init__(self, total: int) -> None:
         super().__init__(error=errno.ENOSPC, total=total)
+        self.most = 0
 
     def used(self) -> int:
         return sum(len(content.now) for content in self.contents.values())
@@ -243,6 +244,7 @@ class SmallVolume(FaultyFiles):
         return self.total - self.used(), self.total
 
     def call(self, kind: str) -> None:
+        self.most = max(self.most, self.used())
         self.fail_kinds = frozenset({"write_at"}) if self.used() >= self.total - KiB else frozenset()
         super().call(kind)
 
@@ -270,3 +272,24 @@ def test_a_volume_smaller_than_the_bound_that_was_full_is_freed_again(how: str) 
     spool.collect()
     history.send(10, 100 * KiB)
     history.check(spool)
+
+
+def test_what_is_moved_on_a_nearly_full_volume_leaves_its_last_too() -> None:
+    """A segment holds more that is live than the volume has left: moving it fills nothing up."""
+    files = SmallVolume(16 * MiB)
+    history = History(files, make_spool(files, 64 * MiB))
+    history.grant(ITEM)
+    history.grant(OTHER)
+    for _ in range(200):
+        try:
+            history.send(1, 100 * KiB)
+        except SpoolWriteFailed:
+            break
+    else:
+        raise AssertionError("it was never full")
+    history.apply(OTHER)
+    assert files.most < files.total, "nothing met the end of the volume"
+    history.check(history.spool)
+    history.apply(ITEM)
+    history.send(20, 100 * KiB)
+    history.check(history.spool)

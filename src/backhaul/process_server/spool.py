@@ -184,7 +184,6 @@ class Spool:
         """
         batch = self._fitting(entries)
         if batch:
-            self._check_volume(batch)
             offsets = self._write([*self._notes(), *batch])[-len(batch) :]
             number = self._number()
             for entry, offset in zip(batch, offsets, strict=True):
@@ -285,16 +284,6 @@ class Spool:
             self._drop(victim, "the spool is full and this item held most of it")
         return batch
 
-    def _check_volume(self, batch: Sequence[Entry]) -> None:
-        """Raises SpoolWriteFailed where frames would take the last of the volume."""
-        frames = sum(RECORD_HEADER + len(entry.payload) for entry in batch if entry.kind is not RecordKind.GRANT)
-        try:
-            free, _ = self._files.free_bytes(self._folder)
-        except OSError:
-            return  # the write itself tells
-        if frames and frames + _LAST_BYTES > free:
-            raise SpoolWriteFailed(folder=self._folder, reason=os.strerror(errno.ENOSPC))
-
     def _in_order(self, entries: Sequence[Entry]) -> list[Entry]:
         ahead: dict[ItemId, tuple[Fence, int]] = {}
         taken: list[Entry] = []
@@ -359,6 +348,7 @@ class Spool:
 
     def _write(self, entries: Sequence[Entry]) -> list[int]:
         """One write and one sync; the offset of each entry."""
+        self._check_volume(entries)
         if self._head is not None and self._head.offset >= self._segment_bytes:
             self._abandon_head()
         try:
@@ -373,6 +363,22 @@ class Spool:
         self._dirty.clear()
         self._drops.clear()
         return offsets
+
+    def _check_volume(self, entries: Sequence[Entry]) -> None:
+        """Raises SpoolWriteFailed where frames, new or moved, would take the last of the volume."""
+        frames = sum(
+            RECORD_HEADER + len(entry.payload)
+            for entry in entries
+            if entry.kind in (RecordKind.STREAM, RecordKind.FRAME)
+        )
+        if not frames:
+            return
+        try:
+            free, _ = self._files.free_bytes(self._folder)
+        except OSError:
+            return  # the write itself tells
+        if frames + _LAST_BYTES > free:
+            raise SpoolWriteFailed(folder=self._folder, reason=os.strerror(errno.ENOSPC))
 
     def _encode(
         self, head: _Head, entries: Sequence[Entry]
