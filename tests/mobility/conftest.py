@@ -22,6 +22,10 @@ PATIENCE_S = 30.0
 """How long a condition may take to come true before the test fails; far beyond every limit, on a busy machine too."""
 
 
+SHORT_S = 1.0
+"""A freeze's limit that is waited for; file systems on a busy disk come to rest within it."""
+
+
 def eventually(condition: Callable[[], bool], what: str) -> None:
     """Wait for a condition that another process makes true."""
     end = time.monotonic() + PATIENCE_S

@@ -16,11 +16,8 @@ from backhaul.mobility.errors import FreezeFailed, FreezerLost, FreezeUnavailabl
 from backhaul.mobility.freezer_client import Freezer
 from backhaul.mobility.freezing import StateFile
 from backhaul.replication.ports import RealClock
-from mobility.conftest import Volumes, eventually
+from mobility.conftest import SHORT_S, Volumes, eventually
 from mobility.doomed import command
-
-SHORT_S = 1.0
-"""A limit that is waited for; file systems on a busy disk come to rest within it."""
 
 
 def _freezer(volumes: Volumes) -> Freezer:

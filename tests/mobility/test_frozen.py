@@ -15,13 +15,9 @@ from backhaul.mobility.errors import FreezeHeld, ImageNotStill, NotFreezable
 from backhaul.mobility.freezer_client import Freezer, thaw_held
 from backhaul.mobility.frozen import FrozenDisks, freezable_mounts
 from backhaul.replication.values import Consistency, StillKind
-from mobility.conftest import Volumes, eventually
+from mobility.conftest import SHORT_S, Volumes, eventually
 
 pytestmark = pytest.mark.root
-
-
-SHORT_S = 1.0
-"""A limit that is waited for; file systems on a busy disk come to rest within it."""
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from backhaul.configuration_server.occupancy import started_at
 from backhaul.replication.units import MiB
 from backhaul.sites.local.definition import (
     Mode,
@@ -106,9 +107,8 @@ def _session() -> str:
 def _user(pid: str) -> int:
     """The process's user; -1 for one that has ended and waits for init to take note."""
     try:
-        ended = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
-        return -1 if ended else Path(f"/proc/{pid}").stat().st_uid
-    except (FileNotFoundError, ProcessLookupError):  # before it was opened, or after
+        return Path(f"/proc/{pid}").stat().st_uid if started_at(int(pid)) else -1
+    except FileNotFoundError:
         return -1
 
 

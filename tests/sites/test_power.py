@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from backhaul.configuration_server.occupancy import started_at
 from backhaul.sites.errors import (
     AddressTaken,
     CommandMissing,
@@ -72,10 +73,7 @@ def run_file(site: Caller, machine: str) -> RunFile:
 
 def alive(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return bool(started_at(pid))
 
 
 def test_a_guest_learns_its_disks_address_and_identity(site: Caller) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from backhaul.configuration_server.occupancy import started_at
 from backhaul.sites.errors import AddressWrong, SiteDefinitionWrong
 from backhaul.sites.local.definition import ServiceDefinition, check_definition
 from backhaul.sites.values import Principal, SiteRole
@@ -37,10 +38,7 @@ def await_child(pid: int) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return bool(started_at(pid))
 
 
 def test_a_service_runs_and_is_started_again(tmp_path: Path) -> None:

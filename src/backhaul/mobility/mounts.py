@@ -98,10 +98,8 @@ def _backing_of(device: Path) -> Path | None:
     """
     try:
         name = os.fsdecode((device / "loop" / "backing_file").read_bytes())
-    except FileNotFoundError:
-        return None
     except OSError as error:
-        if error.errno != errno.ENODEV:  # it was detached after the file was opened
+        if error.errno not in (errno.ENOENT, errno.ENODEV):  # it is not there, or was detached after it was opened
             raise
         return None
     name = name.rstrip("\n")
